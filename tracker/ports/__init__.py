@@ -1,0 +1,1 @@
+"""Promises between the parts: Protocols and the values that cross them. No technology."""
