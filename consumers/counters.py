@@ -1,0 +1,149 @@
+"""From a batch's tallies to pages: absolute values of every cell that moved.
+
+A count at ten seconds is also one of its minute, its quarter and its day; rolling up after the
+batch costs once a cell instead of once an event. Pages are the unit that is loaded and written.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+from consumers.fold import SKIP, Tally, Where
+from consumers.names import Names
+from consumers.sites import PLACES
+from tracker.model.cell import (
+    BUCKETS_PER_CONTAINER,
+    COUNTERS,
+    PAGE_VALUES,
+    Page,
+    PageKey,
+    counters_container,
+    decode_page,
+    encode_page,
+)
+from tracker.model.window import KEEP_MS, SIZE_MS, SUB_DAY, Granularity
+
+PAGES_CACHED_MAX = 4_000
+"""Pages that a partition keeps decoded. A page of 200 cells takes some 20 kB in memory and most
+have a handful; open buckets are a few hundred pages."""
+
+_COARSER = {
+    Granularity.SECONDS: (Granularity.MINUTE, Granularity.QUARTER, Granularity.DAY),
+    Granularity.MINUTE: (Granularity.QUARTER, Granularity.DAY),
+    Granularity.QUARTER: (Granularity.DAY,),
+    Granularity.DAY: (),
+}
+
+PageId = tuple[str, bytes]  # container, field
+
+
+class Pages:
+    """The pages of one partition that moved or may move soon, as they stand in the store."""
+
+    def __init__(self) -> None:
+        self._cache: OrderedDict[PageId, Page] = OrderedDict()
+
+    def missing(self, ids: Iterable[PageId]) -> dict[str, list[bytes]]:
+        """Return which of `ids` have to be loaded, by container."""
+        wanted: dict[str, list[bytes]] = {}
+        for container, field in ids:
+            if (container, field) not in self._cache:
+                wanted.setdefault(container, []).append(field)
+        return wanted
+
+    def absorb(self, loaded: Mapping[str, Mapping[bytes, bytes]], asked: Iterable[PageId]) -> None:
+        """Take loaded pages in; what was asked for and not found is empty."""
+        for container, field in asked:
+            if (container, field) not in self._cache:
+                raw = loaded.get(container, {}).get(field)
+                self._cache[container, field] = decode_page(raw) if raw else {}
+
+    def apply(
+        self, moved: Mapping[PageId, Mapping[int, int]]
+    ) -> dict[str, dict[bytes, bytes | None]]:
+        """Add the moved cells to their pages; return the pages' new absolute values."""
+        puts: dict[str, dict[bytes, bytes | None]] = {}
+        for page_id, cells in moved.items():
+            page = self._cache[page_id]
+            self._cache.move_to_end(page_id)
+            for cell, count in cells.items():
+                total = page.get(cell, 0) + count
+                if total:
+                    page[cell] = total
+                else:
+                    page.pop(cell, None)
+            container, field = page_id
+            puts.setdefault(container, {})[field] = encode_page(page) if page else None
+        while len(self._cache) > PAGES_CACHED_MAX:
+            self._cache.popitem(last=False)
+        return puts
+
+    def forget(self, container: str) -> None:
+        """Drop the pages of a container that is gone."""
+        for page_id in [key for key in self._cache if key[0] == container]:
+            del self._cache[page_id]
+
+
+def moved_cells(tallies: Mapping[Where, Tally], names: Names) -> dict[PageId, dict[int, int]]:
+    """Return what the tallies move, cell by cell: page → column and slot → count."""
+    moved: dict[PageId, dict[int, int]] = {}
+    for where, tally in tallies.items():
+        for (granularity, bucket, _), cells in _by_bucket(tally).items():
+            container = counters_container(granularity, bucket)
+            for (combo, column), count in cells.items():
+                if not count:
+                    continue
+                base = names.column(column) * PAGE_VALUES
+                for place, number in enumerate(combo):
+                    if number == SKIP:
+                        continue
+                    page = number // PAGE_VALUES
+                    field = PageKey(*where, PLACES[place], bucket, page).field()
+                    target = moved.setdefault((container, field), {})
+                    cell = base + number % PAGE_VALUES
+                    target[cell] = target.get(cell, 0) + count
+    return {page: kept for page, cells in moved.items() if (kept := _without_zeros(cells))}
+
+
+def _without_zeros(cells: Mapping[int, int]) -> dict[int, int]:
+    return {cell: count for cell, count in cells.items() if count}
+
+
+Bucket = tuple[Granularity, int, int]  # granularity, bucket, day
+
+
+def _by_bucket(tally: Tally) -> dict[Bucket, dict[tuple[tuple[int, ...], str], int]]:
+    """Roll up: every count into its own granularity and all coarser ones."""
+    buckets: dict[Bucket, dict[tuple[tuple[int, ...], str], int]] = {}
+    for counts, is_rolled in ((tally.rolled, True), (tally.single, False)):
+        for (granularity, bucket, day, combo, column), count in counts.items():
+            targets = (granularity, *_COARSER[granularity]) if is_rolled else (granularity,)
+            for target in targets:
+                into = buckets.setdefault(
+                    (target, _coarse(granularity, bucket, target, day), 0), {}
+                )
+                into[combo, column] = into.get((combo, column), 0) + count
+    return buckets
+
+
+def _coarse(finest: Granularity, bucket: int, target: Granularity, day: int) -> int:
+    if target is Granularity.DAY:
+        return day
+    return bucket * SIZE_MS[finest] // SIZE_MS[target]
+
+
+def expired_periods(oldest: Mapping[str, int], horizon_ms: int) -> tuple[list[str], dict[str, int]]:
+    """Return the counter containers that nothing reads any more, and the new oldest periods.
+
+    Shape: `oldest` and the answer map a granularity to the first period that may exist.
+    """
+    gone: list[str] = []
+    kept: dict[str, int] = {}
+    for granularity in SUB_DAY:
+        span_ms = SIZE_MS[granularity] * BUCKETS_PER_CONTAINER[granularity]
+        first_kept = (horizon_ms - KEEP_MS[granularity]) // span_ms
+        start = oldest.get(granularity.value, first_kept)
+        gone += [f"{COUNTERS}{granularity}:{period}" for period in range(start, first_kept)]
+        kept[granularity.value] = max(start, first_kept)
+    return gone, kept
