@@ -8,7 +8,6 @@ a clock, a store or a log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from tracker.model.cell import Audience, gap_column, last_column
@@ -105,12 +104,6 @@ class Nothing:
 
 
 NOTHING = Nothing()
-
-
-def masked(combo: Combo, kept: Iterable[int]) -> Combo:
-    """Return `combo` with every place but those of `kept` left out."""
-    places = set(kept)
-    return tuple(number if i in places else SKIP for i, number in enumerate(combo))
 
 
 Moment = tuple[int, int]  # (t_ms, day)

@@ -8,7 +8,7 @@ so that young cohorts are compared with old ones at equal age. Source: SEMANTICS
 
 from __future__ import annotations
 
-from consumers.fold import NOTHING, count_again, masked
+from consumers.fold import NOTHING, count_again
 from consumers.run import Run, previous_by_dimension
 from consumers.sites import FunnelView
 from consumers.state import ATTEMPTS_MAX, Attempt, Past, Recent
@@ -56,10 +56,10 @@ def _reach(run: Run, view: FunnelView, attempts: list[Attempt]) -> None:
     combo = run.combo(current.traffic, current.client)
     now = (current.t_ms, current.day)
     name = _unique(view, current, step)
-    for kept, previous in previous_by_dimension(combo, earlier, run.combo):
+    for part, previous in previous_by_dimension(combo, earlier, run.combo):
         moment = (previous.t_ms, previous.day) if previous else None
         before = _unique(view, previous, step) if previous else name
-        count_again(run.sink, masked(combo, kept), (before, name), moment, now)
+        count_again(run.sink, part, (before, name), moment, now)
 
 
 def _unique(view: FunnelView, attempt: Attempt, step: int) -> str:

@@ -9,21 +9,20 @@ whole object is thrown away.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 
+from consumers.batch import Derived, Moves, Outbox, Read
 from consumers.claims import lone_claim, refund_claim, visitor_claim
 from consumers.counters import PageId, Pages, expired_periods, moved_cells
 from consumers.definitions import CURRENT, DEFINITION_PARTITION, Definitions
-from consumers.fold import Tally, Where
+from consumers.fold import Tally
 from consumers.imported import ImportedIds
 from consumers.intake import (
     audience_of,
     content_digest,
-    event_digest,
     is_refund,
-    owner_of,
     recent_of,
     sale_of,
 )
@@ -34,7 +33,6 @@ from consumers.people import People
 from consumers.sites import SiteView
 from consumers.state import Order, Sale, key_bytes, pack, unpack_order
 from consumers.visitors import Known, sale_counts, take
-from tracker.codec import UnreadableError, decode
 from tracker.model.cell import (
     DEFINITIONS,
     IMPORTED_IDS,
@@ -46,13 +44,12 @@ from tracker.model.cell import (
     Audience,
 )
 from tracker.model.definition import Site
-from tracker.model.keys import PARTITIONS, Keys, owner_of_order
+from tracker.model.keys import Keys
 from tracker.model.record import (
     DefinitionRecord,
     DerivedRecord,
     EventRecord,
     EventType,
-    Mark,
     MarkerRecord,
     NumberedDefinition,
     OrderClaim,
@@ -60,7 +57,6 @@ from tracker.model.record import (
     RefundClaim,
     Trust,
 )
-from tracker.ports.log import LogRecord
 from tracker.ports.store import Changes, Meta
 
 MARKS = b"marks"
@@ -71,45 +67,6 @@ LOADED_AT_START = (NAMES, LEDGER, DEFINITIONS, OWNER)
 
 QUARANTINED_BYTES_MAX = 4_096
 """Kept of a record that cannot be read: enough to see what it was."""
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """One record as read: what it says, or why it cannot be read."""
-
-    offset: int
-    raw: bytes
-    record: Record | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Derived:
-    """A record for another partition, to be appended before this batch is committed."""
-
-    partition: int
-    record: DerivedRecord
-
-
-@dataclass(slots=True)
-class Moves:
-    """What a batch has moved so far."""
-
-    tallies: dict[Where, Tally] = field(default_factory=dict)
-    orders: dict[bytes, Order] = field(default_factory=dict)
-    derived: list[Derived] = field(default_factory=list)
-    quarantined: dict[bytes, bytes] = field(default_factory=dict)
-
-
-def read_all(records: Sequence[LogRecord]) -> list[Read]:
-    """Decode a batch; what cannot be read keeps its place."""
-    out = []
-    for item in records:
-        try:
-            out.append(Read(item.offset, item.raw, decode(item.raw)))
-        except UnreadableError as error:
-            out.append(Read(item.offset, item.raw, None, str(error)))
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +93,12 @@ class PartitionFold:
     ) -> None:
         self.partition = start.partition
         self.keys = start.keys
-        self.log_id = start.log_id
         self.watermark_ms = meta.watermark_ms
         self.horizon_ms = meta.horizon_ms
         self.names = Names(loaded[NAMES])
         self.ledger = Ledger(loaded[LEDGER])
         self.pages = Pages()
+        self._outbox = Outbox(start.keys, start.partition, start.log_id)
         self.imported = ImportedIds()
         self._orders: dict[bytes, Order] = {}
         owner = loaded[OWNER]
@@ -171,10 +128,11 @@ class PartitionFold:
         for read in batch:
             record = read.record
             if isinstance(record, EventRecord):
+                assert read.owner is not None  # noqa: S101 - every event has one
                 horizon_ms = max(horizon_ms, record.received_at_ms)
-                visitors.add(owner_of(self.keys, record).digest)
+                visitors.add(read.owner.digest)
                 if record.trust is Trust.IMPORT:
-                    imports.add(event_digest(self.keys, record))
+                    imports.add(read.event)
             elif isinstance(record, DerivedRecord):
                 orders.update(self._order_fields(record))
         wanted = self.people.missing(visitors, horizon_ms)
@@ -208,18 +166,19 @@ class PartitionFold:
         """Move the state by `batch`; return what other partitions have to be told first."""
         for read in batch:
             self._advance_time(read.record)
+            self._outbox.begin(read.offset, self.horizon_ms)
             match read.record:
                 case EventRecord() as event:
-                    self._event(event, read.offset)
+                    self._event(event, read)
                 case DerivedRecord() as derived:
                     self._told(derived)
                 case DefinitionRecord() as definition:
-                    self._number(definition, read.offset)
+                    self._number(definition)
                 case MarkerRecord() as marker:
                     self.ledger.count_refused(marker)
                 case None:
                     self._quarantine(read)
-        return self._moves.derived
+        return self._outbox.take()
 
     def pages_wanted(self) -> dict[PageId, dict[int, int]]:
         """Return the cells that the folded batch moves, page by page."""
@@ -305,11 +264,12 @@ class PartitionFold:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def _event(self, record: EventRecord, offset: int) -> None:
-        owner = owner_of(self.keys, record)
+    def _event(self, record: EventRecord, read: Read) -> None:
+        owner = read.owner
+        assert owner is not None  # noqa: S101 - every event has one
         view = self._view(record.site)
         known = self.people.get(owner.digest, self.horizon_ms, view)
-        fate = self._fate(record, known)
+        fate = self._fate(record, known, read.event)
         if fate is not None:
             self.ledger.count(record.site, Fate.DUPLICATE)
             if fate is Fate.CONFLICT:
@@ -317,73 +277,45 @@ class PartitionFold:
             return
         self.ledger.count(record.site, Fate.APPLIED)
         if is_refund(record):
-            self._send_refund(record, offset)
+            self._refund(record)
         elif record.type is EventType.IMPRESSION or not owner.is_visitor:
-            self._count_alone(view, record, offset)
+            self._count_alone(view, record)
         else:
-            self._move_visitor(view, record, known, offset)
+            self._move_visitor(view, record, known)
 
-    def _fate(self, record: EventRecord, known: Known) -> Fate | None:
+    def _fate(self, record: EventRecord, known: Known, digest: int) -> Fate | None:
         """Return DUPLICATE or CONFLICT for an event that was counted before, else remember it."""
-        digest = event_digest(self.keys, record)
         if record.trust is Trust.IMPORT:
             return None if self.imported.add(digest) else Fate.DUPLICATE
         return self.people.remember(known, (digest, content_digest(record)), record)
 
-    def _move_visitor(self, view: SiteView, record: EventRecord, known: Known, offset: int) -> None:
+    def _move_visitor(self, view: SiteView, record: EventRecord, known: Known) -> None:
         event = recent_of(self.keys, view, known.visitor, record)
         moved = take(known, view, event, (self.horizon_ms, self.watermark_ms))
         self._tally(record.site, audience_of(record)).merge(moved.tally)
         for claimed in moved.claims.values():
             assert claimed.sale is not None  # noqa: S101 - only conversions claim
             what = (record, claimed, claimed.sale)
-            self._send_claim(visitor_claim(self.keys, view, known.visitor, what), offset)
+            self._outbox.order(visitor_claim(self.keys, view, known.visitor, what))
 
-    def _count_alone(self, view: SiteView, record: EventRecord, offset: int) -> None:
+    def _count_alone(self, view: SiteView, record: EventRecord) -> None:
         """Count an event that moves nobody's state: under its own values, with its own money."""
         tally = self._tally(record.site, audience_of(record))
         combo = view.combo(view.traffic_numbers(record.dims), view.client_numbers(record.dims))
         sale = sale_of(view, record)
         if sale is not None and sale.order_id:
-            self._send_claim(lone_claim(self.keys, record, sale), offset)
+            self._outbox.order(lone_claim(self.keys, record, sale))
             return
         for column, number in _lone_counts(view, record, sale):
             tally.add(record.occurred_at_ms, record.day, combo, column, number)
 
-    # -- other partitions -----------------------------------------------------------------------
-
-    def _send_claim(self, said: OrderClaim, offset: int) -> None:
-        target = self.keys.partition(said.site, owner_of_order(said.order_id))
-        self._derive(target, offset, order=said)
-
-    def _send_refund(self, record: EventRecord, offset: int) -> None:
-        if not record.order_id:
+    def _refund(self, record: EventRecord) -> None:
+        if record.order_id:
+            self._outbox.refund(refund_claim(self.keys, record))
+        else:
             self.ledger.count_unmatched(record.site, 1)
-            return
-        target = self.keys.partition(record.site, owner_of_order(record.order_id))
-        self._derive(target, offset, refund=refund_claim(self.keys, record))
 
-    def _derive(
-        self,
-        target: int,
-        offset: int,
-        *,
-        order: OrderClaim | None = None,
-        refund: RefundClaim | None = None,
-        definition: NumberedDefinition | None = None,
-    ) -> None:
-        derived = self._moves.derived
-        last = derived[-1].record.mark if derived else None
-        index = last.index + 1 if last is not None and last.offset == offset else 0
-        record = DerivedRecord(
-            mark=Mark(self.partition, offset, index),
-            log_id=self.log_id,
-            received_at_ms=self.horizon_ms,
-            order=order,
-            refund=refund,
-            definition=definition,
-        )
-        derived.append(Derived(target, record))
+    # -- what other partitions say------------------------------------------------------------------
 
     def _told(self, derived: DerivedRecord) -> None:
         """Take what another partition says, unless it said so before."""
@@ -418,15 +350,14 @@ class PartitionFold:
             self.ledger.count_unmatched(said.site, unmatched(order) - waiting)
         self._moves.orders[name] = order
 
-    def _number(self, definition: DefinitionRecord, offset: int) -> None:
+    def _number(self, definition: DefinitionRecord) -> None:
         if self.partition != DEFINITION_PARTITION:
             return  # nobody puts one here; numbering it would contradict partition 0
         self._numbered += 1
         numbered = NumberedDefinition(
             number=self._numbered, layer=definition.layer, definitions=definition.definitions
         )
-        for target in range(PARTITIONS):
-            self._derive(target, offset, definition=numbered)
+        self._outbox.definition(numbered)
 
     def _quarantine(self, read: Read) -> None:
         self.ledger.count("", Fate.QUARANTINED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from consumers.fold import SKIP, Combo, Sink
-from consumers.sites import SiteView
+from consumers.sites import PLACES, SiteView
 from consumers.state import Recent, Visitor
 
 KEEP_CREDIT = 1 << 62
@@ -52,6 +52,9 @@ def own_traffic(run: Run, event: Recent) -> int:
     return event.traffic
 
 
+NOWHERE: Combo = (SKIP,) * len(PLACES)
+
+
 class Entry(Protocol):
     """Something that counted before under the values of its traffic and client."""
 
@@ -65,18 +68,23 @@ E = TypeVar("E", bound=Entry)
 
 def previous_by_dimension(
     combo: Combo, entries: Sequence[E], combo_of: Callable[[int, int], Combo]
-) -> list[tuple[list[int], E | None]]:
-    """Group the places of `combo` by the latest entry that counted under the same value there.
+) -> list[tuple[Combo, E | None]]:
+    """Cut `combo` into parts by the latest entry that counted under the same value there.
 
     A visitor counts once in each row, and rows differ by dimension: somebody who came by two
     campaigns with one device is known to the device and new to the second campaign.
     """
-    combos = [(entry, combo_of(entry.traffic, entry.client)) for entry in entries]
-    groups: dict[int, tuple[list[int], E | None]] = {}
-    for place, number in enumerate(combo):
-        if number == SKIP:
-            continue
-        same = [entry for entry, other in combos if other[place] == number]
-        latest = max(same, key=lambda entry: entry.t_ms) if same else None
-        groups.setdefault(id(latest), ([], latest))[0].append(place)
-    return list(groups.values())
+    parts: list[tuple[Combo, E | None]] = []
+    rest = combo
+    for entry in sorted(entries, key=lambda entry: entry.t_ms, reverse=True):
+        other = combo_of(entry.traffic, entry.client)
+        if other == rest:
+            return [*parts, (rest, entry)]
+        pairs = list(zip(rest, other, strict=True))
+        same = tuple(mine if mine == theirs else SKIP for mine, theirs in pairs)
+        rest = tuple(SKIP if mine == theirs else mine for mine, theirs in pairs)
+        if same != NOWHERE:
+            parts.append((same, entry))
+        if rest == NOWHERE:
+            return parts
+    return [*parts, (rest, None)]

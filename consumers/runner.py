@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import structlog
 
+from consumers.batch import Derived, Read, read_all
 from consumers.definitions import Definitions, beginning, scan
-from consumers.partition import LOADED_AT_START, Derived, PartitionFold, Read, Start, read_all
+from consumers.partition import LOADED_AT_START, PartitionFold, Start
 from tracker.codec import encode
 from tracker.errors import Code, TrackerError
 from tracker.model.clock import Clock
@@ -155,7 +156,7 @@ class Runner:
         # A partition that an earlier round lost is read again by the next tick.
         batches = [batch for batch in batches if batch.partition in self._owned]
         store = self._parts.store
-        read = {batch.partition: read_all(batch.records) for batch in batches}
+        read = {batch.partition: read_all(self._parts.keys, batch.records) for batch in batches}
         folds = {partition: self._owned[partition].fold for partition in read}
         asked = {partition: folds[partition].wanted(records) for partition, records in read.items()}
         for partition, loaded in (await self._load(asked)).items():

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from consumers.attribution import credit, touch
-from consumers.fold import LATENESS_MS, NOTHING, RECENT_MAX, Tally, count_again, masked
+from consumers.fold import LATENESS_MS, NOTHING, RECENT_MAX, Tally, count_again
 from consumers.funnels import advance
 from consumers.run import KEEP_CREDIT, Run, own_traffic, previous_by_dimension
 from consumers.sites import SiteView
@@ -273,9 +273,9 @@ def _see(run: Run, past: Past, unique: int, what: tuple[Recent, int]) -> None:
         if own is not None and len(entries) == 1:
             count_again(run.sink, combo, names, (own.t_ms, own.day), now)
         else:
-            for kept, previous in previous_by_dimension(combo, entries, run.combo):
+            for part, previous in previous_by_dimension(combo, entries, run.combo):
                 moment = (previous.t_ms, previous.day) if previous else None
-                count_again(run.sink, masked(combo, kept), names, moment, now)
+                count_again(run.sink, part, names, moment, now)
     if own is not None:
         own.t_ms, own.day = now
         return
