@@ -127,7 +127,7 @@ def _definition(raw: bytes) -> DefinitionRecord | None:
     return record if isinstance(record, DefinitionRecord) else None
 
 
-def beginning(numbered: list[Numbered], initial: int | None) -> Definitions:
+def beginning(numbered: list[Numbered], initial: int | None = None) -> Definitions:
     """Return the definitions with which a replay from the first record starts.
 
     `initial` is the number that held from the start; None means the newest that a rebuild said

@@ -28,7 +28,7 @@ from consumers.intake import (
 )
 from consumers.ledger import Fate, Ledger
 from consumers.names import Names
-from consumers.orders import claim, count, refund, unmatched
+from consumers.orders import PURCHASE, claim, count, refund, unmatched
 from consumers.people import People
 from consumers.sites import SiteView
 from consumers.state import Order, Sale, key_bytes, pack, unpack_order
@@ -155,10 +155,12 @@ class PartitionFold:
     def _order_fields(self, record: DerivedRecord) -> Iterator[bytes]:
         for said in (record.order, record.refund):
             if said is not None:
-                yield self._order_field(said.site, said.order_id)
+                yield self._order_field(said)
 
-    def _order_field(self, site: str, order_id: str) -> bytes:
-        return key_bytes(self.keys.digest(site, "order", order_id))
+    def _order_field(self, said: OrderClaim | RefundClaim) -> bytes:
+        # A lead with the order's id is no copy of the order; a refund is always of a purchase.
+        name = said.name if isinstance(said, OrderClaim) else PURCHASE
+        return key_bytes(self.keys.digest(said.site, "order", name, said.order_id))
 
     # -- folding --------------------------------------------------------------------------------
 
@@ -336,7 +338,7 @@ class PartitionFold:
 
     def _order(self, said: OrderClaim | RefundClaim) -> None:
         view = self._view(said.site)
-        name = self._order_field(said.site, said.order_id)
+        name = self._order_field(said)
         order = self._orders[name]
         tallies = {audience: self._tally(said.site, audience) for audience in Audience}
         waiting = unmatched(order)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from consumers.definitions import DEFINITION_PARTITION, scan
+from consumers.definitions import DEFINITION_PARTITION, beginning, scan
 from consumers.explain import Named, meaning_of
 from consumers.partition import MARKS
 from consumers.runner import Parts, Runner
@@ -156,7 +156,8 @@ async def rebuild(parts: Parts, progress: Progress) -> int:
     await parts.store.open_log(parts.reader.identity, PARTITIONS)
     held = HeldWriter()
     until = UntilReader(parts.reader, list(parts.reader.ends()), progress)
-    runner = Runner(Parts(until, held, parts.store, parts.keys, parts.clock))
+    start = beginning(await scan(parts.reader))
+    runner = Runner(Parts(until, held, parts.store, parts.keys, parts.clock), start)
     await runner.drain()
     lacking = await held.missing(parts.store)
     if lacking:
@@ -198,7 +199,8 @@ async def reconcile(parts: Parts, replica: Store, progress: Progress) -> Compari
     initial = _initial(snapshots[DEFINITION_PARTITION][1])
     until = UntilReader(parts.reader, ends, progress)
     await replica.open_log(parts.reader.identity, PARTITIONS)
-    runner = Runner(Parts(until, HeldWriter(), replica, parts.keys, parts.clock), initial=initial)
+    start = beginning(await scan(parts.reader), initial)
+    runner = Runner(Parts(until, HeldWriter(), replica, parts.keys, parts.clock), start)
     await runner.drain()
     comparison = Comparison(records=runner.records)
     for partition, (meta, live) in enumerate(snapshots):

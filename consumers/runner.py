@@ -23,7 +23,7 @@ from tracker.errors import Code, TrackerError
 from tracker.model.clock import Clock
 from tracker.model.keys import PARTITIONS, Keys
 from tracker.ports.log import LogBatch, LogReader, LogWriter, Unappended
-from tracker.ports.store import Commit, Outcome, Store
+from tracker.ports.store import Commit, Meta, Outcome, Store
 
 log = structlog.get_logger(__name__)
 
@@ -72,13 +72,12 @@ class Pending:
 class Runner:
     """Folds all partitions of a log into a store."""
 
-    def __init__(self, parts: Parts, *, initial: int | None = None) -> None:
-        """Make a runner; `initial` is the definition number a replay starts with, None: newest."""
+    def __init__(self, parts: Parts, start: Definitions | None = None) -> None:
+        """Make a runner; partitions without any state begin with `start`, or what the log says."""
         self._parts = parts
-        self._initial = initial
         self._owned: dict[int, Owned] = {}
         self._stopped: set[int] = set()
-        self._beginning: bytes | None = None
+        self._beginning = start.encode() if start is not None else None
         self.records = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -126,12 +125,13 @@ class Runner:
         wanted = [p for p in range(PARTITIONS) if p not in self._owned and p not in self._stopped]
         if not wanted:
             return
-        taken = await asyncio.gather(*(self._take_over(partition) for partition in wanted))
-        self._owned.update(zip(wanted, taken, strict=True))
+        metas = await asyncio.gather(*map(self._parts.store.take_over, wanted))
+        if self._beginning is None and any(meta.position == 0 for meta in metas):
+            self._beginning = beginning(await scan(self._parts.reader)).encode()
+        loaded = await asyncio.gather(*map(self._load_state, wanted, metas))
+        self._owned.update(zip(wanted, loaded, strict=True))
 
-    async def _take_over(self, partition: int) -> Owned:
-        store = self._parts.store
-        meta = await store.take_over(partition)
+    async def _load_state(self, partition: int, meta: Meta) -> Owned:
         if meta.torn:
             self._stopped.add(partition)
             raise TrackerError(
@@ -139,10 +139,7 @@ class Runner:
                 f"partition {partition} was left half written by a failed commit;"
                 " run `tracker rebuild` to build the store anew from the log",
             )
-        loaded = await store.load_all(partition, LOADED_AT_START)
-        if meta.position == 0 and self._beginning is None:
-            numbered = await scan(self._parts.reader)
-            self._beginning = beginning(numbered, self._initial).encode()
+        loaded = await self._parts.store.load_all(partition, LOADED_AT_START)
         start = Start(
             partition, self._parts.keys, self._parts.reader.identity, self._first_definitions
         )

@@ -227,16 +227,12 @@ def _convert(run: Run, past: Past, what: tuple[Recent, Sale]) -> bool:
         sale.credit = credit(past, event)
     if sale.credit < 0:
         sale.credit = own_traffic(run, event)
-    if sale.macro:
+    is_copy = bool(sale.order_id) and _is_copy(past, sale)
+    if sale.macro and not is_copy:
         _see(run, past, CONVERTERS_UNIQUE, (event, sale.credit))
     if sale.order_id:
         run.claims[sale.order_id, event.event_id] = event
-        digest = _digest(sale.order_id)
-        if digest in past.orders:
-            return True
-        past.orders.append(digest)
-        del past.orders[:-ORDERS_MAX]
-        return False
+        return is_copy
     combo = run.combo(sale.credit, event.client)
     for column, count in sale_counts(run.view, sale):
         run.sink.add(event.t_ms, event.day, combo, column, count)
@@ -256,9 +252,16 @@ def sale_counts(view: SiteView, sale: Sale) -> list[tuple[str, int]]:
     return [(column, count) for column, count in counts if count]
 
 
-def _digest(order_id: str) -> int:
+def _is_copy(past: Past, sale: Sale) -> bool:
+    """Tell whether the visitor converted with this order before, and remember that it did."""
     # Only to know an order again within one visitor: no key is needed against collisions.
-    return int.from_bytes(hashlib.blake2b(order_id.encode(), digest_size=8).digest(), "big") >> 1
+    said = f"{sale.name}\0{sale.order_id}".encode()
+    digest = int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "big") >> 1
+    if digest in past.orders:
+        return True
+    past.orders.append(digest)
+    del past.orders[:-ORDERS_MAX]
+    return False
 
 
 def _see(run: Run, past: Past, unique: int, what: tuple[Recent, int]) -> None:
