@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import orjson
 
-from consumers.partition import OLDEST
+from consumers.partition import HELD
 from consumers.state import unpack_order, unpack_visitor
 from tracker.model.cell import (
     COLUMNS,
@@ -59,8 +59,8 @@ def meaning_of(container: str, fields: Mapping[bytes, bytes], named: Named) -> d
     if container == NAMES:
         return _names(fields)
     if container == OWNER:
-        # The oldest container that may exist is housekeeping; everything else is state.
-        return {field.decode(): raw.decode() for field, raw in fields.items() if field != OLDEST}
+        # Which containers may exist is housekeeping; everything else is state.
+        return {field.decode(): raw.decode() for field, raw in fields.items() if field != HELD}
     return {field.decode("ascii", "backslashreplace"): _text(raw) for field, raw in fields.items()}
 
 

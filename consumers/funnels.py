@@ -34,8 +34,22 @@ def advance(run: Run, past: Past, event: Recent, traffic: int) -> None:
             past.attempts.append(attempt)
             attempts.append(attempt)
             if len(attempts) > ATTEMPTS_MAX:
-                past.attempts.remove(attempts[0])
+                past.attempts.remove(_least_needed(attempts))
             _reach(run, view, attempts)
+
+
+def _least_needed(attempts: list[Attempt]) -> Attempt:
+    """Return the attempt to forget: one that a later one covers, else the oldest.
+
+    Who reached a step counts by the latest attempt that did, so an earlier one of the same rows
+    that got no further is never asked for again.
+    """
+    for place, early in enumerate(attempts):
+        for later in attempts[place + 1 :]:
+            is_same = (early.traffic, early.client) == (later.traffic, later.client)
+            if is_same and len(early.after_ms) <= len(later.after_ms):
+                return early
+    return attempts[0]
 
 
 def _is_over(view: FunnelView, attempt: Attempt, t_ms: int) -> bool:

@@ -60,7 +60,7 @@ from tracker.model.record import (
 from tracker.ports.store import Changes, Meta
 
 MARKS = b"marks"
-OLDEST = b"oldest"
+HELD = b"held"
 NUMBERED = b"numbered"
 
 LOADED_AT_START = (NAMES, LEDGER, DEFINITIONS, OWNER)
@@ -106,9 +106,10 @@ class PartitionFold:
             int(source): (mark[0], mark[1])
             for source, mark in orjson.loads(owner.get(MARKS, b"{}")).items()
         }
-        self._oldest: dict[str, int] = orjson.loads(owner.get(OLDEST, b"{}"))
+        held = orjson.loads(owner.get(HELD, b"{}"))
+        self._oldest: dict[str, int] = held.get("counters", {})
         self._numbered = int(owner.get(NUMBERED, b"0"))
-        self.people = People(self._oldest.get("visitors"))
+        self.people = People(held.get("visitors"))
         stored = loaded[DEFINITIONS].get(CURRENT)
         self._is_new = stored is None
         self.definitions = Definitions.decode(stored) if stored else start.beginning()
@@ -190,7 +191,7 @@ class PartitionFold:
         """Return everything that the folded batch changes; its pages have been absorbed."""
         puts = self.pages.apply(moved)
         puts.update(self.people.puts())
-        drops, self._oldest = self._expire()
+        drops = self._expire()
         orders = {name: pack(order) for name, order in self._moves.orders.items()}
         groups: tuple[tuple[str, Mapping[bytes, bytes | None]], ...] = (
             (ORDERS, orders),
@@ -211,12 +212,9 @@ class PartitionFold:
         self._moves = Moves()
         return Changes(puts=puts, drops=drops)
 
-    def _expire(self) -> tuple[list[str], dict[str, int]]:
-        counters_gone, oldest = expired_periods(self._oldest, self.horizon_ms)
-        visitors_gone, oldest_visitors = self.people.expired(self.horizon_ms)
-        if oldest_visitors is not None:
-            oldest["visitors"] = oldest_visitors
-        return counters_gone + visitors_gone, oldest
+    def _expire(self) -> list[str]:
+        counters_gone, self._oldest = expired_periods(self._oldest, self.horizon_ms)
+        return counters_gone + self.people.expired(self.horizon_ms)
 
     def trim(self) -> None:
         """Forget what the store holds and memory need not; to be called between batches."""
@@ -228,7 +226,7 @@ class PartitionFold:
     def _owner_puts(self) -> dict[bytes, bytes | None]:
         now = {
             MARKS: orjson.dumps({str(key): list(mark) for key, mark in self._marks.items()}),
-            OLDEST: orjson.dumps(self._oldest),
+            HELD: orjson.dumps({"counters": self._oldest, "visitors": self.people.periods()}),
             NUMBERED: str(self._numbered).encode(),
         }
         moved = {key: raw for key, raw in now.items() if self._owner_before.get(key) != raw}
@@ -245,6 +243,9 @@ class PartitionFold:
         if record is None:
             return
         received_ms = record.received_at_ms
+        if not self._oldest:
+            # Set by the first record, so that buckets which the first batch outlives go too.
+            _, self._oldest = expired_periods({}, received_ms)
         self.horizon_ms = max(self.horizon_ms, received_ms)
         is_import = isinstance(record, EventRecord) and record.trust is Trust.IMPORT
         if not is_import:

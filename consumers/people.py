@@ -17,6 +17,7 @@ from consumers.state import (
     Visitor,
     is_period_kept,
     key_bytes,
+    last_period,
     pack,
     period_of,
     unpack_visitor,
@@ -45,8 +46,10 @@ class Entry:
 class People:
     """The visitors of one partition."""
 
-    def __init__(self, oldest_period: int | None) -> None:
-        self._oldest = oldest_period
+    def __init__(self, periods: tuple[int, int] | None) -> None:
+        """Hold nobody yet; `periods` are the oldest and the newest container that may exist."""
+        self._oldest: int | None = periods[0] if periods else None
+        self._newest = periods[1] if periods else 0
         self._entries: dict[int, Entry] = {}
         self._moved: dict[int, int] = {}  # digest → period of the record that moved it
 
@@ -55,7 +58,7 @@ class People:
         fields = [key_bytes(digest) for digest in digests if digest not in self._entries]
         if not fields or self._oldest is None:
             return {}
-        periods = range(self._oldest, period_of(horizon_ms) + 1)
+        periods = range(self._oldest, max(period_of(horizon_ms), self._newest) + 1)
         return {_container(period): fields for period in periods}
 
     def absorb(
@@ -81,8 +84,8 @@ class People:
         elif entry.known is None:
             assert entry.raw is not None  # noqa: S101 - stored, so it has bytes
             entry.known, entry.raw = Known.of(unpack_visitor(entry.raw), view), None
-        self._moved[digest] = period_of(horizon_ms)
         assert entry.known is not None  # noqa: S101 - set above or before
+        self._moved[digest] = max(period_of(horizon_ms), entry.known.period_min)
         return entry.known
 
     def remember(self, known: Known, event: tuple[int, int], record: EventRecord) -> Fate | None:
@@ -98,7 +101,10 @@ class People:
         earlier = ids.get(digest)
         if earlier is not None and earlier[1] >= minute:
             return Fate.DUPLICATE if earlier[0] == content else Fate.CONFLICT
-        ids[digest] = (content, minute + ID_MEMORY_MS[record.trust] // MINUTE_MS)
+        forget = minute + ID_MEMORY_MS[record.trust] // MINUTE_MS
+        ids[digest] = (content, forget)
+        # A server's ids outlive the visitor's other state: its container is one that stays so long.
+        known.period_min = max(known.period_min, last_period(forget))
         if len(ids) > IDS_MAX:
             del ids[next(iter(ids))]
         return None
@@ -114,17 +120,22 @@ class People:
                 puts.setdefault(_container(entry.period), {})[field] = None
             puts.setdefault(_container(period), {})[field] = pack(entry.known.stored())
             entry.period = period
+            self._newest = max(self._newest, period)
             self._oldest = period if self._oldest is None else min(self._oldest, period)
         self._moved.clear()
         return puts
 
-    def expired(self, horizon_ms: int) -> tuple[list[str], int | None]:
-        """Return the containers that nobody can need any more, and the oldest period left."""
+    def expired(self, horizon_ms: int) -> list[str]:
+        """Return the containers that nobody can need any more."""
         gone = []
         while self._oldest is not None and not is_period_kept(self._oldest, horizon_ms):
             gone.append(_container(self._oldest))
             self._oldest += 1
-        return gone, self._oldest
+        return gone
+
+    def periods(self) -> tuple[int, int] | None:
+        """Return the oldest and the newest container that may exist."""
+        return None if self._oldest is None else (self._oldest, self._newest)
 
     def trim(self) -> None:
         """Forget those longest unused; to be called between batches, when all are stored."""

@@ -35,6 +35,9 @@ TICK_RECORDS_MAX = 4_000
 READ_WAIT_MS = 50
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
+VERIFY_MS = 1_000
+"""How often an owner looks whether the store is still where it left it: a store that came back
+older while nobody wrote says so to nobody."""
 APPEND_DEADLINE_S = 10.0
 APPEND_RECORDS_MAX = 200
 """Derived records of one append. A definition may take 50 kB, and one append 16 MB."""
@@ -83,9 +86,14 @@ class Runner:
     async def run(self, stop: asyncio.Event) -> None:
         """Fold what comes until `stop` is set, then finish the batch in hand."""
         delay_s = RETRY_FIRST_S
+        clock = self._parts.clock
+        verified_ms = clock.monotonic_ms()
         while not stop.is_set():
             try:
                 await self.tick(wait_ms=READ_WAIT_MS)
+                if clock.monotonic_ms() - verified_ms >= VERIFY_MS:
+                    await self._verify()
+                    verified_ms = clock.monotonic_ms()
                 delay_s = RETRY_FIRST_S
             except TrackerError as error:
                 if not error.retryable:
@@ -120,6 +128,18 @@ class Runner:
             folded += await self._fold(round_of)
         return folded
 
+    async def _verify(self) -> None:
+        """Let go of everything when the store does not stand where this owner left it."""
+        metas = await self._parts.store.metas()
+        moved = [
+            partition
+            for partition, owned in self._owned.items()
+            if (metas[partition].position, metas[partition].epoch) != (owned.position, owned.epoch)
+        ]
+        if moved:
+            log.warning("store_moved", partitions=moved)
+            self._owned.clear()
+
     async def _own(self) -> None:
         """Take over every partition that is not owned and not stopped."""
         wanted = [p for p in range(PARTITIONS) if p not in self._owned and p not in self._stopped]
@@ -152,6 +172,8 @@ class Runner:
         """Fold one batch of each of several partitions, and commit them together."""
         # A partition that an earlier round lost is read again by the next tick.
         batches = [batch for batch in batches if batch.partition in self._owned]
+        if not batches:
+            return 0
         store = self._parts.store
         read = {batch.partition: read_all(self._parts.keys, batch.records) for batch in batches}
         folds = {partition: self._owned[partition].fold for partition in read}
@@ -188,7 +210,11 @@ class Runner:
             )
             pending.append(Pending(partition, commit, len(batch.records)))
         outcomes = await store.commit([item.commit for item in pending])
-        return sum(map(self._settle, pending, outcomes))
+        folded = sum(map(self._settle, pending, outcomes))
+        if Outcome.STALE in outcomes:
+            # A store that came back older did so for idle partitions too, and no commit tells.
+            self._owned.clear()
+        return folded
 
     async def _load(
         self, asked: Mapping[int, Mapping[str, Sequence[bytes]]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tracker.model.window import DAY_MS
+from tracker.model.window import DAY_MS, MINUTE_MS
 
 STATE_PERIOD_MS = 8 * DAY_MS
 STATE_KEPT_MS = 35 * DAY_MS
@@ -197,6 +197,11 @@ def period_of(horizon_ms: int) -> int:
 def is_period_kept(period: int, horizon_ms: int) -> bool:
     """Tell whether the visitors of `period` still exist when the log stands at `horizon_ms`."""
     return (period + 1) * STATE_PERIOD_MS + STATE_KEPT_MS > horizon_ms
+
+
+def last_period(forget_minute: int) -> int:
+    """Return the first period whose container stays until `forget_minute` (since the epoch)."""
+    return (forget_minute * MINUTE_MS - STATE_KEPT_MS) // STATE_PERIOD_MS
 
 
 def key_bytes(digest: int) -> bytes:

@@ -32,6 +32,7 @@ from consumers.state import (
     Visit,
     Visitor,
     copy_past,
+    last_period,
 )
 from tracker.model.record import TYPE_RANK, EventType
 
@@ -54,6 +55,7 @@ class Known:
     visitor: Visitor
     head: Past
     ids: dict[int, tuple[int, int]]  # digest → (content, forget at in minutes)
+    period_min: int = 0  # of the container, so that no id is forgotten early
 
     @classmethod
     def of(cls, visitor: Visitor, view: SiteView) -> Known:
@@ -63,7 +65,8 @@ class Known:
         for event in visitor.recent:
             step(run, head, event)
         ids = {digest: (content, forget) for digest, content, forget in visitor.ids}
-        return cls(visitor, head, ids)
+        latest = max((forget for _, forget in ids.values()), default=0)
+        return cls(visitor, head, ids, last_period(latest))
 
     def stored(self) -> Visitor:
         """Return the visitor as it is stored."""
@@ -177,6 +180,10 @@ def _session(run: Run, past: Past, event: Recent) -> int:
     visit = _visit_of(past, event)
     if visit is not None:
         visit.last_ms = event.t_ms
+        if past.visits[-1] is not visit:
+            # The session of the newest event stands last: at equal times only the order tells.
+            past.visits.remove(visit)
+            past.visits.append(visit)
         if event.flags & ARRIVAL:
             touch(past, visit, event, own_traffic(run, event))
         return visit.traffic
@@ -197,7 +204,7 @@ def _visit_of(past: Past, event: Recent) -> Visit | None:
         return next(named, None)
     if not past.visits:
         return None
-    latest = max(past.visits, key=lambda visit: visit.last_ms)
+    latest = past.visits[-1]
     return latest if event.t_ms - latest.last_ms < SESSION_SILENCE_MS else None
 
 
