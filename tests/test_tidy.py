@@ -34,6 +34,7 @@ CATCH_ALL = {"consumers.runner", "tracker.cli", "tracker.web.problems"}
 COMPOSITION = (
     "tracker.__main__",
     "tracker.cli",
+    "tracker.demo",
     "tracker.main",
     "tracker.units",
     "tracker.up",

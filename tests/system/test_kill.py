@@ -20,7 +20,7 @@ REPORT = "window=24h"
 
 
 @pytest.fixture
-def seed(request):
+def seed():
     """Take a fresh seed, or the one given back by SEED=…; a failure prints it."""
     chosen = int(os.environ.get("SEED") or random.randrange(1 << 32))
     print(f"SEED={chosen}")
