@@ -78,15 +78,22 @@ class People:
         """Return a visitor, a new one when nobody is known under `digest` any more."""
         entry = self._entries.pop(digest, None) or Entry(None, None, None)
         self._entries[digest] = entry  # the newest use last
-        period = self._moved.get(digest, entry.period)
-        if period is None or not is_period_kept(period, horizon_ms):
+        if not self._exists(digest, entry, horizon_ms):
             entry.known, entry.raw = Known.of(Visitor(), view), None
         elif entry.known is None:
             assert entry.raw is not None  # noqa: S101 - stored, so it has bytes
             entry.known, entry.raw = Known.of(unpack_visitor(entry.raw), view), None
         assert entry.known is not None  # noqa: S101 - set above or before
-        self._moved[digest] = max(period_of(horizon_ms), entry.known.period_min)
+        self._moved[digest] = period_of(horizon_ms)
         return entry.known
+
+    def _exists(self, digest: int, entry: Entry, horizon_ms: int) -> bool:
+        """Tell whether a visitor is stored, or about to be, in a container that is still kept."""
+        period = self._moved.get(digest, entry.period)
+        if period is None:
+            return False
+        least = entry.known.period_min if entry.known else period
+        return is_period_kept(max(period, least), horizon_ms)
 
     def remember(self, known: Known, event: tuple[int, int], record: EventRecord) -> Fate | None:
         """Return DUPLICATE or CONFLICT for an id that is remembered, else remember it.
@@ -112,9 +119,10 @@ class People:
     def puts(self) -> dict[str, dict[bytes, bytes | None]]:
         """Return the moved visitors' absolute values, and begin anew."""
         puts: dict[str, dict[bytes, bytes | None]] = {}
-        for digest, period in self._moved.items():
+        for digest, moved_in in self._moved.items():
             entry = self._entries[digest]
             assert entry.known is not None  # noqa: S101 - only loaded visitors move
+            period = max(moved_in, entry.known.period_min)
             field = key_bytes(digest)
             if entry.period is not None and entry.period != period:
                 puts.setdefault(_container(entry.period), {})[field] = None
