@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
 import socket
-import threading
 import time
 
-import pytest
 from conftest import is_alive, until
-
-CHILDREN = ("redis", "collector", "consumer", "query")
 
 
 def view(number, **more):
@@ -26,38 +21,6 @@ def view(number, **more):
         "url": "https://shop.example/?utm_campaign=spring",
         **more,
     }
-
-
-class Load:
-    """Sends events until stopped, and knows which of them were acknowledged."""
-
-    def __init__(self, installation, name):
-        self.installation = installation
-        self.name = name
-        self.sent = 0
-        self.acknowledged = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self):
-        while not self._stop.is_set():
-            batch = [view(f"{self.sent + n}", event_id=f"{self.name}-{self.sent + n}",
-                          visitor_id=f"v{(self.sent + n) % 97}") for n in range(20)]  # fmt: skip
-            # The same ids until they are acknowledged, as the promise says.
-            while not self._stop.is_set():
-                if self.installation.send(*batch) == 200:
-                    self.acknowledged |= {event["event_id"] for event in batch}
-                    break
-                time.sleep(0.05)
-            self.sent += 20
 
 
 def settled(installation):
@@ -154,26 +117,6 @@ def test_the_consumer_resumes_when_a_rebuild_is_killed(up):
     control.close()
     until(lambda: up.processes()["consumer"]["pid"], 10)
     settled(up)
-
-
-@pytest.mark.parametrize("name", CHILDREN)
-def test_a_killed_child_comes_back_and_nothing_acknowledged_is_lost(up, name):
-    settled(up)
-    before = up.totals()["views"]
-    old = up.processes()[name]["pid"]
-    with Load(up, f"kill-{name}") as load:
-        until(lambda: len(load.acknowledged) > 200)
-        os.kill(old, signal.SIGKILL)
-        until(lambda: up.processes()[name]["pid"] not in (None, old), 20)
-        reached = len(load.acknowledged)
-        until(lambda: len(load.acknowledged) > reached + 200, 30)
-    ledger = settled(up)
-    assert ledger["quarantined"] == 0
-    views = up.totals()["views"] - before
-    # Events that were sent and never acknowledged may be there too, each once.
-    assert len(load.acknowledged) <= views <= load.sent + 20
-    assert f'"role":"{name}"' in up.log.read_text()
-    assert up.cli_json("reconcile")["equal"] is True
 
 
 def test_state_survives_sigterm_and_a_kill_of_everything(make_installation):
