@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
-from consumers.fold import SKIP, Tally, Where
+from consumers.fold import SKIP, Combo, Tally, Where
 from consumers.names import Names
 from consumers.sites import PLACES
 from tracker.model.cell import (
@@ -89,42 +90,67 @@ def moved_cells(tallies: Mapping[Where, Tally], names: Names) -> dict[PageId, di
     """Return what the tallies move, cell by cell: page → column and slot → count."""
     moved: dict[PageId, dict[int, int]] = {}
     for where, tally in tallies.items():
-        for (granularity, bucket, _), cells in _by_bucket(tally).items():
+        for (granularity, bucket), cells in _by_bucket(tally, names).items():
             container = counters_container(granularity, bucket)
-            for (combo, column), count in cells.items():
-                if not count:
-                    continue
-                base = names.column(column) * PAGE_VALUES
-                for place, number in enumerate(combo):
-                    if number == SKIP:
-                        continue
-                    page = number // PAGE_VALUES
-                    field = PageKey(*where, PLACES[place], bucket, page).field()
-                    target = moved.setdefault((container, field), {})
-                    cell = base + number % PAGE_VALUES
-                    target[cell] = target.get(cell, 0) + count
-    return {page: kept for page, cells in moved.items() if (kept := _without_zeros(cells))}
+            pages: dict[int, dict[int, int]] = {}
+            for cell, count in cells.items():
+                if count:
+                    address, column = cell >> _COLUMN_BITS, cell & _COLUMN_MASK
+                    page = pages.setdefault(address // PAGE_VALUES, {})
+                    page[column * PAGE_VALUES + address % PAGE_VALUES] = count
+            for number, page in pages.items():
+                place, index = divmod(number, _PAGES_A_PLACE)
+                field = PageKey(*where, PLACES[place], bucket, index).field()
+                moved[container, field] = page
+    return moved
 
 
-def _without_zeros(cells: Mapping[int, int]) -> dict[int, int]:
-    return {cell: count for cell, count in cells.items() if count}
+# While a batch is added up a cell is one integer: place, value number, column. 2^24 values and
+# 2^20 columns are thousands of times their caps.
+_COLUMN_BITS = 20
+_COLUMN_MASK = (1 << _COLUMN_BITS) - 1
+_VALUES_A_PLACE = 1 << 24
+_PAGES_A_PLACE = _VALUES_A_PLACE // PAGE_VALUES
 
 
-Bucket = tuple[Granularity, int, int]  # granularity, bucket, day
+@lru_cache(maxsize=20_000)
+def _addresses(combo: Combo) -> tuple[int, ...]:
+    """Return the cells of `combo` in column 0, one for each dimension that it counts in."""
+    return tuple(
+        place * _VALUES_A_PLACE + number << _COLUMN_BITS
+        for place, number in enumerate(combo)
+        if number != SKIP
+    )
 
 
-def _by_bucket(tally: Tally) -> dict[Bucket, dict[tuple[tuple[int, ...], str], int]]:
-    """Roll up: every count into its own granularity and all coarser ones."""
-    buckets: dict[Bucket, dict[tuple[tuple[int, ...], str], int]] = {}
-    for counts, is_rolled in ((tally.rolled, True), (tally.single, False)):
-        for (granularity, bucket, day, combo, column), count in counts.items():
-            targets = (granularity, *_COARSER[granularity]) if is_rolled else (granularity,)
-            for target in targets:
-                into = buckets.setdefault(
-                    (target, _coarse(granularity, bucket, target, day), 0), {}
-                )
-                into[combo, column] = into.get((combo, column), 0) + count
+Bucket = tuple[Granularity, int]
+Cells = dict[int, int]
+
+
+def _by_bucket(tally: Tally, names: Names) -> dict[Bucket, Cells]:
+    """Expand every count into its cells, once, and roll the cells up into coarser buckets."""
+    finest: dict[tuple[Granularity, int, int], Cells] = {}
+    for key, count in tally.rolled.items():
+        _expand(finest.setdefault(key[:3], {}), key[3], names.column(key[4]), count)
+    buckets: dict[Bucket, Cells] = {}
+    for (granularity, bucket, day), cells in finest.items():
+        for target in (granularity, *_COARSER[granularity]):
+            place = (target, _coarse(granularity, bucket, target, day))
+            into = buckets.get(place)
+            if into is None:
+                buckets[place] = cells.copy()
+                continue
+            for cell, count in cells.items():
+                into[cell] = into.get(cell, 0) + count
+    for key, count in tally.single.items():
+        _expand(buckets.setdefault(key[:2], {}), key[3], names.column(key[4]), count)
     return buckets
+
+
+def _expand(into: Cells, combo: Combo, column: int, count: int) -> None:
+    for address in _addresses(combo):
+        cell = address | column
+        into[cell] = into.get(cell, 0) + count
 
 
 def _coarse(finest: Granularity, bucket: int, target: Granularity, day: int) -> int:

@@ -31,10 +31,17 @@ BATCH_RECORDS_MAX = 500
 """Records of one partition in one commit. An event moves some four fields of the store that others
 of its batch do not move, so a script call stays near 2,000 fields and under 10 ms."""
 
-TICK_RECORDS_MAX = 4_000
+TICK_RECORDS_MAX = 16_000
+"""Records of one tick: a full batch of each partition when there is much to catch up with."""
 READ_WAIT_MS = 50
 RETRY_FIRST_S = 0.1
 RETRY_MAX_S = 5.0
+PAUSE_MAX_MS = 100
+"""After a tick the runner rests as long as the tick took, at most this: a commit writes the same
+pages for one event as for a hundred, so a busy log is folded in fewer, larger commits while a
+quiet one is folded at once."""
+BACKLOG_RECORDS = 4_000
+"""With so much read at once there is no point in waiting for more."""
 VERIFY_MS = 1_000
 """How often an owner looks whether the store is still where it left it: a store that came back
 older while nobody wrote says so to nobody."""
@@ -90,7 +97,11 @@ class Runner:
         verified_ms = clock.monotonic_ms()
         while not stop.is_set():
             try:
-                await self.tick(wait_ms=READ_WAIT_MS)
+                started_ms = clock.monotonic_ms()
+                folded = await self.tick(wait_ms=READ_WAIT_MS)
+                spent_ms = clock.monotonic_ms() - started_ms
+                if 0 < folded < BACKLOG_RECORDS:
+                    await _sleep(stop, min(spent_ms, PAUSE_MAX_MS) / 1_000)
                 if clock.monotonic_ms() - verified_ms >= VERIFY_MS:
                     await self._verify()
                     verified_ms = clock.monotonic_ms()

@@ -155,6 +155,13 @@ async def test_partial_refunds_add_up_to_a_full_one(bench: Bench) -> None:
     assert count_in(cells, "refunded:EUR") == 20_000_000
 
 
+async def test_refunds_above_the_orders_value_are_the_orders_value(bench: Bench) -> None:
+    await bench.send(bought(0, ORDER, 20), refunded(1, ORDER, 12), refunded(2, ORDER, 12))
+    cells = await bench.cells()
+    assert count_in(cells, "revenue:EUR") == count_in(cells, "orders") == 0
+    assert count_in(cells, "refunded:EUR") == 20_000_000
+
+
 async def test_a_refund_that_is_sent_again_counts_once(bench: Bench) -> None:
     refund = refunded(1, ORDER, 5)
     await bench.send(bought(0, ORDER, 20), refund, refund)

@@ -176,9 +176,17 @@ def encode_page(page: Mapping[int, int]) -> bytes:
     previous = 0
     for key in sorted(page):
         count = page[key]
-        _put(out, key - previous)
-        _put(out, count << 1 if count >= 0 else ~(count << 1))
+        step, packed = key - previous, count << 1 if count >= 0 else ~(count << 1)
         previous = key
+        # Most steps and counts fit one byte: a call for each would cost more than the rest.
+        if step < 0x80:
+            out.append(step)
+        else:
+            _put(out, step)
+        if packed < 0x80:
+            out.append(packed)
+        else:
+            _put(out, packed)
     return bytes(out)
 
 
