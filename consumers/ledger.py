@@ -17,6 +17,7 @@ class Fate(StrEnum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"
     CONFLICT = "conflict"  # a duplicate whose content differs: counted in both
+    BEHIND = "behind"  # applied, too late to be sorted in: buckets and money only; in both
     LATE = "late"
     QUARANTINED = "quarantined"
 

@@ -296,6 +296,8 @@ class PartitionFold:
         event = recent_of(self.keys, view, known.visitor, record)
         moved = take(known, view, event, (self.horizon_ms, self.watermark_ms))
         self._tally(record.site, audience_of(record)).merge(moved.tally)
+        if moved.is_behind:
+            self.ledger.count(record.site, Fate.BEHIND)
         for claimed in moved.claims.values():
             assert claimed.sale is not None  # noqa: S101 - only conversions claim
             what = (record, claimed, claimed.sale)

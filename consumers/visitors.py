@@ -76,10 +76,14 @@ class Known:
 
 @dataclass(slots=True)
 class Moved:
-    """What one event moved: counts, and the orders to claim (anew)."""
+    """What one event moved: counts, and the orders to claim (anew).
+
+    `is_behind` when it came too late to be sorted in.
+    """
 
     tally: Tally
     claims: Mapping[tuple[str, str], Recent] = field(default_factory=dict)
+    is_behind: bool = False
 
 
 def take(known: Known, view: SiteView, event: Recent, clock: tuple[int, int]) -> Moved:
@@ -94,7 +98,7 @@ def take(known: Known, view: SiteView, event: Recent, clock: tuple[int, int]) ->
     if event.t_ms < max(visitor.newest_ms - LATENESS_MS, visitor.settled_ms):
         run = Run(view, visitor, tally)
         _count_late(run, known.head, event)
-        return Moved(tally, run.claims)
+        return Moved(tally, run.claims, is_behind=True)
     if not visitor.recent or event.order() >= visitor.recent[-1].order():
         run = Run(view, visitor, tally)
         visitor.recent.append(event)

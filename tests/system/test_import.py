@@ -12,6 +12,7 @@ from conftest import until
 RANGE = "from=2019-10-01&to=2019-10-02"
 METRICS = "views,conversions:add_to_cart,orders,revenue,visitors,sessions,converters"
 SAMPLE = Path(__file__).resolve().parents[3] / "shared/data/rees46-2019-oct-sample.csv"
+SHIPPED = Path(__file__).resolve().parents[2] / "deploy/mappings/rees46.toml"
 HEADER = (
     "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session"
 ).split(",")
@@ -104,8 +105,7 @@ def test_a_small_file_twice_shuffled_and_packed(up, tmp_path):
 def test_identical_rows_are_one_with_dedupe(up, tmp_path):
     rows = shop_rows(seed=5)
     mapping = tmp_path / "mine.toml"
-    shipped = Path(__file__).resolve().parents[2] / "deploy/mappings/rees46.toml"
-    mapping.write_text('dedupe = "row"\n' + shipped.read_text())
+    mapping.write_text('dedupe = "row"\n' + SHIPPED.read_text())
     answer = up.cli_json(
         "import", write(tmp_path / "shop.csv", rows), "--site", "once", "--mapping", mapping
     )
@@ -162,3 +162,18 @@ if SAMPLE.is_file():
         again = up.cli_json("import", SAMPLE, "--site", "rees", "--mapping", "rees46")
         assert (again["new"], again["duplicates"]) == (0, 17_434)
         assert up.totals(METRICS, "rees", RANGE) == EXPECTED
+
+    def test_the_real_sample_shuffled_and_with_its_identical_rows_as_one(up, tmp_path):
+        with SAMPLE.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        random.Random(11).shuffle(rows)
+        shuffled = write(tmp_path / "shuffled.csv", rows, header)
+        up.cli("import", shuffled, "--site", "mixed-rees", "--mapping", "rees46")
+        until(lambda: up.totals(METRICS, "mixed-rees", RANGE) == EXPECTED, 5)
+        assert reached(up, "checkout", "mixed-rees") == [4_504, 111, 62]
+        mapping = tmp_path / "mine.toml"
+        mapping.write_text('dedupe = "row"\n' + SHIPPED.read_text())
+        up.cli("import", SAMPLE, "--site", "once-rees", "--mapping", mapping)
+        steps = "views,conversions:add_to_cart,orders"
+        expected = {"views": 17_051, "conversions:add_to_cart": 164, "orders": 214}
+        until(lambda: up.totals(steps, "once-rees", RANGE) == expected, 5)

@@ -339,6 +339,7 @@ async def test_an_import_behind_newer_live_events_moves_buckets_and_money_only(
     assert count_in(cells, "revenue:EUR", bucket=day) == 7_000_000
     assert count_in(cells, "sessions") == 1
     assert distinct(cells, "visitors", stop=day + 1) == 0
+    assert (await bench.ledger())["behind"] == 2
 
 
 # -- names and caps -------------------------------------------------------------------------------

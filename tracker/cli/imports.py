@@ -55,6 +55,8 @@ FOLD_DEADLINE_S = 60.0
 FOLD_POLL_S = 0.1
 GZIP_MAGIC = b"\x1f\x8b"
 FATES = ("applied", "duplicate", "late", "quarantined")
+BEHIND = "behind"
+"""The part of the applied whose visitors had newer events: see the summary."""
 
 app = typer.Typer()
 
@@ -190,7 +192,8 @@ class _Import:
             "skipped": rows.skipped,
             "new": fates.get("applied", 0) + fates.get("late", 0),
             "duplicates": fates.get("duplicate", 0),
-            "folded": sum(fates.values()) >= len(rows.accepted),
+            "behind": fates.get(BEHIND, 0),
+            "folded": sum(fates.get(name, 0) for name in FATES) >= len(rows.accepted),
             "created_site": definition is not None,
             "refused_rows": [
                 {
@@ -274,8 +277,10 @@ class _Import:
                 ledger = await asyncio.to_thread(
                     self.server.get, "/v1/ledger", [("site", site_key)]
                 )
-                fates = {name: ledger.get(name, 0) - before.get(name, 0) for name in FATES}
-                total = sum(fates.values())
+                fates = {
+                    name: ledger.get(name, 0) - before.get(name, 0) for name in (*FATES, BEHIND)
+                }
+                total = sum(fates[name] for name in FATES)
                 if total > done:
                     done, latest = total, time.monotonic()
                 move(min(total, count), count)
@@ -328,5 +333,10 @@ def _say_summary(answer: Mapping[str, Any]) -> None:
     if refused > REFUSED_SHOWN:
         remark(f"Only the first {REFUSED_SHOWN} refused rows are listed.")
     say(f"{answer['new']:,} are new, {answer['duplicates']:,} were counted before.")
+    if answer["behind"]:
+        say(
+            f"{answer['behind']:,} lie far behind newer events of their visitors: they count in"
+            " their own time and money, and open no session, visitor or funnel."
+        )
     if sys.stderr.isatty() and answer["seconds"]:
         remark(f"{answer['accepted'] / answer['seconds']:,.0f} rows/s into the log.")

@@ -17,6 +17,11 @@ from tracker.query.question import Given, check_names, one
 FATES = ("applied", "duplicate", "late", "quarantined")
 """What becomes of an accepted event; each has exactly one."""
 
+ASIDES = ("conflict", "behind", "unmatched")
+"""Counts beside the fates: duplicates of other content; applied events that came too late to be
+sorted into their visitor's, and moved time buckets and money only; refunds that still wait for
+their order."""
+
 REFUSALS = ("rejected", "shed")
 """What was not accepted, by reason."""
 
@@ -28,10 +33,10 @@ async def ledger(
 ) -> dict[str, object]:
     """Return the ledger of one site, or of all with what named no known site.
 
-    Shape: received, accepted, rejected and shed {reason: n}, applied, duplicate, conflict (those
-    duplicates that had other content), late, quarantined, in_flight; as_of. accepted = applied +
-    duplicate + late + quarantined + in_flight; received = accepted + rejected + shed. Of a site
-    that was never heard of, everything is 0: an import asks before it makes one.
+    Shape: received, accepted, rejected and shed {reason: n}, the FATES, in_flight, the ASIDES and
+    as_of.
+    accepted = the fates + in_flight; received = accepted + rejected + shed. Of a site that was
+    never heard of, everything is 0: an import asks before it makes one.
     Units: events, but `in_flight` in records of the log that are not folded yet: of all sites,
     and with the few that are no events.
     Errors: TrackerError INVALID, STORE_UNAVAILABLE.
@@ -52,17 +57,17 @@ async def ledger(
         "shed": totals["shed"],
         "applied": totals["applied"],
         "duplicate": totals["duplicate"],
-        "conflict": totals["conflict"],
         "late": totals["late"],
         "quarantined": totals["quarantined"],
         "in_flight": in_flight,
+        **{aside: totals[aside] for aside in ASIDES},
         "as_of": fresh.stamp()["as_of"],
     }
 
 
 def empty_ledger() -> dict[str, Any]:
     """Return a ledger in which nothing was counted."""
-    counts: dict[str, Any] = dict.fromkeys((*FATES, "conflict"), 0)
+    counts: dict[str, Any] = dict.fromkeys((*FATES, *ASIDES), 0)
     return counts | {kind: {} for kind in REFUSALS}
 
 
@@ -77,7 +82,7 @@ def sum_ledgers(mirror: Mirror, site: str | None) -> dict[str, Any]:
 
 
 def _add(totals: dict[str, Any], counted: Mapping[str, Any]) -> None:
-    for fate in (*FATES, "conflict"):
+    for fate in (*FATES, *ASIDES):
         totals[fate] += counted.get(fate, 0)
     for kind in REFUSALS:
         for reason, count in counted.get(kind, {}).items():

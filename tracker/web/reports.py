@@ -20,7 +20,7 @@ from tracker.model.clock import Clock
 from tracker.ports.log import LogReader
 from tracker.query.freshness import read_freshness
 from tracker.query.funnels import funnel_list, funnel_report
-from tracker.query.ledger import FATES, REFUSALS, ledger, sum_ledgers
+from tracker.query.ledger import ASIDES, FATES, REFUSALS, ledger, sum_ledgers
 from tracker.query.mirror import AWAY_MAX_MS, Mirror
 from tracker.query.question import Given
 from tracker.query.report import report
@@ -144,7 +144,7 @@ class _Gauges(Collector):
         events = GaugeMetricFamily(
             "tracker_query_ledger_events", "Events by what became of them.", labels=("fate",)
         )
-        for fate in (*FATES, "conflict"):
+        for fate in (*FATES, *ASIDES):
             events.add_metric((fate,), totals[fate])
         for kind in REFUSALS:
             events.add_metric((kind,), sum(totals[kind].values()))
