@@ -294,8 +294,8 @@ class PartitionFold:
 
     def _move_visitor(self, view: SiteView, record: EventRecord, known: Known) -> None:
         event = recent_of(self.keys, view, known.visitor, record)
-        moved = take(known, view, event, (self.horizon_ms, self.watermark_ms))
-        self._tally(record.site, audience_of(record)).merge(moved.tally)
+        tally = self._tally(record.site, audience_of(record))
+        moved = take(known, view, event, tally, self.watermark_ms)
         if moved.is_behind:
             self.ledger.count(record.site, Fate.BEHIND)
         for claimed in moved.claims.values():

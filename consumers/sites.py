@@ -27,6 +27,10 @@ PLACES = (TOTAL, *TRAFFIC_DIMENSIONS, *CLIENT_DIMENSIONS)
 """The dimension of each place of a combo. Places are part of the store's format: append only."""
 
 
+STEPS_CACHED_MAX = 1_000
+"""Kinds of event whose steps are looked up once: senders choose names, so there is an end."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunnelView:
     """A funnel in force, under the number that stands in visitors' attempts."""
@@ -60,6 +64,7 @@ class SiteView:
         names.pin(site.key, _configured_texts(site))
         self._defaults = self.traffic_numbers({})
         self.funnels = dict(self._numbered_funnels(definitions))
+        self._steps: dict[tuple[EventType, str], list[tuple[int, int]]] = {}
 
     def _numbered_funnels(self, definitions: Definitions) -> Iterator[tuple[int, FunnelView]]:
         for funnel in self.site.funnels:
@@ -112,8 +117,14 @@ class SiteView:
         """Return (funnel number, mask) for every funnel that `record` has a step in."""
         if record.type is EventType.IMPRESSION:
             return []
-        found = ((view.number, view.steps_of(record)) for view in self.funnels.values())
-        return [(number, mask) for number, mask in found if mask]
+        kind = (record.type, record.name)
+        steps = self._steps.get(kind)
+        if steps is None:
+            found = ((view.number, view.steps_of(record)) for view in self.funnels.values())
+            steps = [(number, mask) for number, mask in found if mask]
+            if len(self._steps) < STEPS_CACHED_MAX:
+                self._steps[kind] = steps
+        return steps
 
     def _numbers(self, dimensions: tuple[str, ...], texts: Mapping[str, str]) -> list[int]:
         number, key, active = self.names.number, self.key, self._active

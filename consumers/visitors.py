@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from bisect import insort
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from consumers.attribution import credit, touch
 from consumers.fold import LATENESS_MS, NOTHING, RECENT_MAX, Tally, count_again
@@ -74,31 +74,28 @@ class Known:
         return self.visitor
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Moved:
-    """What one event moved: counts, and the orders to claim (anew).
+    """What one event moved beside the tally: the orders to claim (anew).
 
     `is_behind` when it came too late to be sorted in.
     """
 
-    tally: Tally
-    claims: Mapping[tuple[str, str], Recent] = field(default_factory=dict)
+    claims: Mapping[tuple[str, str], Recent]
     is_behind: bool = False
 
 
-def take(known: Known, view: SiteView, event: Recent, clock: tuple[int, int]) -> Moved:
-    """Put one event, not seen before, into its visitor.
+def take(known: Known, view: SiteView, event: Recent, tally: Tally, watermark_ms: int) -> Moved:
+    """Put one event, not seen before, into its visitor, and what it counts into the tally.
 
-    `clock` is the log's time: (horizon, watermark) in ms as of this record. The horizon says which
-    buckets still exist, the watermark which credit is frozen.
+    The tally stands at the log's horizon, which says which buckets still exist; the log's
+    watermark as of this record says which credit is frozen.
     """
-    horizon_ms, watermark_ms = clock
     visitor = known.visitor
-    tally = Tally(horizon_ms)
     if event.t_ms < max(visitor.newest_ms - LATENESS_MS, visitor.settled_ms):
         run = Run(view, visitor, tally)
         _count_late(run, known.head, event)
-        return Moved(tally, run.claims, is_behind=True)
+        return Moved(run.claims, is_behind=True)
     if not visitor.recent or event.order() >= visitor.recent[-1].order():
         run = Run(view, visitor, tally)
         visitor.recent.append(event)
@@ -108,7 +105,7 @@ def take(known: Known, view: SiteView, event: Recent, clock: tuple[int, int]) ->
         claims = _sort_in(known, view, event, (tally, watermark_ms - LATENESS_MS))
     visitor.newest_ms = max(visitor.newest_ms, event.t_ms)
     _settle(known, view)
-    return Moved(tally, claims)
+    return Moved(claims)
 
 
 def _sort_in(

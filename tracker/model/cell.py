@@ -17,6 +17,7 @@ Uniques are exact without sketches. For each thing counted once a visitor (`visi
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -101,10 +102,7 @@ ELAPSED_CLASSES_MS = (
 
 def elapsed_class(elapsed_ms: int) -> int:
     """Return the class (0 … 7) of a time from entry to step; bounds are inclusive."""
-    for index, bound in enumerate(ELAPSED_CLASSES_MS):
-        if elapsed_ms <= bound:
-            return index
-    return len(ELAPSED_CLASSES_MS)
+    return bisect_left(ELAPSED_CLASSES_MS, elapsed_ms)
 
 
 def funnel_unique(funnel: str, since: int, step: int, elapsed: int) -> str:
