@@ -113,8 +113,9 @@ async def ask_ledger(counted: Counted, **given: str):
 
 
 async def test_the_ledger_adds_up_over_partitions_and_sites(counted):
+    refused = {"future": 2, "bad_type": 1}
     counted.fate(0, "shop", applied=10, duplicate=3, conflict=1, late=2, quarantined=0)
-    counted.fate(4, "shop", applied=1, rejected={"future": 2, "bad_type": 1})
+    counted.fate(4, "shop", applied=1, behind=1, unmatched=2, rejected=refused)
     counted.fate(0, "", rejected={"unknown_site": 5}, shed={"overload": 4}, quarantined=1)
     counted.fate(9, "blog", applied=100)
     await counted.commit()
@@ -124,14 +125,16 @@ async def test_the_ledger_adds_up_over_partitions_and_sites(counted):
         "site": "shop",
         "received": 16 + 6 + 3,
         "accepted": 16 + 6,
-        "rejected": {"future": 2, "bad_type": 1},
+        "rejected": refused,
         "shed": {},
         "applied": 11,
         "duplicate": 3,
-        "conflict": 1,
         "late": 2,
         "quarantined": 0,
         "in_flight": 6,
+        "conflict": 1,
+        "behind": 1,
+        "unmatched": 2,
         "as_of": iso(NOW_MS - 2 * HOUR_MS),
     }
     everything = await ask_ledger(counted)
