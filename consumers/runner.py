@@ -86,9 +86,14 @@ class Runner:
         """Make a runner; partitions without any state begin with `start`, or what the log says."""
         self._parts = parts
         self._owned: dict[int, Owned] = {}
-        self._stopped: set[int] = set()
+        self._stopped: dict[int, str] = {}
         self._beginning = start.encode() if start is not None else None
         self.records = 0
+
+    @property
+    def stopped(self) -> Mapping[int, str]:
+        """Return the partitions that are folded no further, each with what to do about it."""
+        return self._stopped
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fold what comes until `stop` is set, then finish the batch in hand."""
@@ -115,7 +120,7 @@ class Runner:
                 delay_s = min(delay_s * 2, RETRY_MAX_S)
 
     async def drain(self) -> None:
-        """Fold until every partition stands at the end of the log."""
+        """Fold until every partition that is not stopped stands at the end of the log."""
         while True:
             await self._own()
             ends = self._parts.reader.ends()
@@ -156,20 +161,17 @@ class Runner:
         wanted = [p for p in range(PARTITIONS) if p not in self._owned and p not in self._stopped]
         if not wanted:
             return
-        metas = await asyncio.gather(*map(self._parts.store.take_over, wanted))
-        if self._beginning is None and any(meta.position == 0 for meta in metas):
+        taken = await asyncio.gather(*map(self._parts.store.take_over, wanted))
+        metas = dict(zip(wanted, taken, strict=True))
+        for partition in [p for p, meta in metas.items() if meta.torn]:
+            del metas[partition]
+            self._stop(partition, "its state is half written: run `tracker rebuild`")
+        if self._beginning is None and any(meta.position == 0 for meta in metas.values()):
             self._beginning = beginning(await scan(self._parts.reader)).encode()
-        loaded = await asyncio.gather(*map(self._load_state, wanted, metas))
-        self._owned.update(zip(wanted, loaded, strict=True))
+        loaded = await asyncio.gather(*map(self._load_state, metas, metas.values()))
+        self._owned.update(zip(metas, loaded, strict=True))
 
     async def _load_state(self, partition: int, meta: Meta) -> Owned:
-        if meta.torn:
-            self._stopped.add(partition)
-            raise TrackerError(
-                Code.TORN,
-                f"partition {partition} was left half written by a failed commit;"
-                " run `tracker rebuild` to build the store anew from the log",
-            )
         loaded = await self._parts.store.load_all(partition, LOADED_AT_START)
         start = Start(
             partition, self._parts.keys, self._parts.reader.identity, self._first_definitions
@@ -271,8 +273,8 @@ class Runner:
 
     def _stop(self, partition: int, why: str) -> None:
         log.error("partition_stopped", partition=partition, reason=why)
-        del self._owned[partition]
-        self._stopped.add(partition)
+        self._owned.pop(partition, None)
+        self._stopped[partition] = why
 
 
 def _rounds(batches: Sequence[LogBatch]) -> list[list[LogBatch]]:

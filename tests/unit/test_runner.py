@@ -202,10 +202,21 @@ async def test_a_log_that_takes_nothing_is_waited_for_and_nothing_is_lost() -> N
 async def test_a_torn_partition_stops_and_says_what_to_do() -> None:
     bench, store = await told()
     store.tear(HOME, "half")
-    with pytest.raises(TrackerError, match="tracker rebuild") as refused:
-        await bench.new_runner().drain()
-    assert refused.value.code is Code.TORN
-    assert not refused.value.retryable
+    bench.add(at(0))
+    runner = bench.new_runner()
+    await runner.drain()
+    assert list(runner.stopped) == [HOME]
+    assert "tracker rebuild" in runner.stopped[HOME]
+    assert await bench.count("views") == 0
+
+
+async def test_a_torn_partition_does_not_keep_the_others_from_being_folded() -> None:
+    bench, store = await told()
+    [other] = visitors_in((HOME + 1) % PARTITIONS, 1)
+    store.tear(HOME, "half")
+    bench.add(at(0), at(0, visitor=other))
+    await bench.new_runner().tick(wait_ms=0)
+    assert await bench.count("views") == 1
 
 
 async def test_a_partition_that_tears_under_the_runner_stops_alone() -> None:
