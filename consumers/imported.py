@@ -15,7 +15,8 @@ PAGES = 256
 IDS_CACHED_MAX = 50_000
 """Ids that a partition keeps in memory, at some 70 bytes each: 110 MB for all 32."""
 
-_SHIFT = 63 - 8
+_SHIFT = 63 - (PAGES - 1).bit_length()
+"""Digests have 63 bits; the first of them name the page."""
 
 
 class ImportedIds:

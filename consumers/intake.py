@@ -16,6 +16,9 @@ from consumers.state import ARRIVAL, SESSIONLESS, Recent, Sale, Visitor
 from tracker.model.cell import Audience
 from tracker.model.keys import Keys
 from tracker.model.record import (
+    OUR_NETWORK,
+    PURCHASE,
+    REFUND,
     TRAFFIC_DIMENSIONS,
     TYPE_RANK,
     EventRecord,
@@ -23,10 +26,6 @@ from tracker.model.record import (
     IdentifiedBy,
     Trust,
 )
-
-REFUND = "refund"
-OUR_CLICK = "tracker"
-"""The network of our own click ids: the redirect has counted that click already."""
 
 _SOURCE_DIMENSIONS = tuple(name for name in TRAFFIC_DIMENSIONS if name != LANDING_PAGE)
 
@@ -84,7 +83,7 @@ def recent_of(keys: Keys, view: SiteView, visitor: Visitor, record: EventRecord)
         SESSIONLESS if record.trust is Trust.SECRET else 0
     )
     session = record.session_id
-    is_network_click = record.click_id and record.click_network not in ("", OUR_CLICK)
+    is_network_click = record.click_id and record.click_network not in ("", OUR_NETWORK)
     return Recent(
         t_ms=record.occurred_at_ms,
         rank=TYPE_RANK[record.type],
@@ -121,7 +120,7 @@ def sale_of(view: SiteView, record: EventRecord) -> Sale | None:
 
 def is_order(record: EventRecord) -> bool:
     """Tell whether `record` is a purchase."""
-    return record.name == "purchase"
+    return record.name == PURCHASE
 
 
 def is_refund(record: EventRecord) -> bool:

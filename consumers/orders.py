@@ -15,9 +15,8 @@ from consumers.fold import Combo, Tally
 from consumers.sites import SiteView
 from consumers.state import Copy, Order, Refund
 from tracker.model.cell import Audience
-from tracker.model.record import OrderClaim, RefundClaim, Trust
+from tracker.model.record import PURCHASE, OrderClaim, RefundClaim, Trust
 
-PURCHASE = "purchase"
 COPIES_MAX = 16
 """Copies kept of one order. More senders than that is a loop; later copies change nothing."""
 REFUNDS_MAX = 64

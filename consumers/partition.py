@@ -28,7 +28,7 @@ from consumers.intake import (
 )
 from consumers.ledger import Fate, Ledger
 from consumers.names import Names
-from consumers.orders import PURCHASE, claim, count, refund, unmatched
+from consumers.orders import claim, count, refund, unmatched
 from consumers.people import People
 from consumers.sites import SiteView
 from consumers.state import Order, Sale, key_bytes, pack, unpack_order
@@ -46,6 +46,7 @@ from tracker.model.cell import (
 from tracker.model.definition import Site
 from tracker.model.keys import Keys
 from tracker.model.record import (
+    PURCHASE,
     DefinitionRecord,
     DerivedRecord,
     EventRecord,

@@ -34,7 +34,7 @@ from consumers.state import (
     copy_past,
     last_period,
 )
-from tracker.model.record import TYPE_RANK, EventType
+from tracker.model.record import PURCHASE, TYPE_RANK, EventType
 
 SESSION_SILENCE_MS = 30 * 60_000
 """Source: Plausible, Matomo and GA4 alike end a visit after 30 minutes of silence."""
@@ -43,7 +43,6 @@ VISITORS_UNIQUE = 0
 CONVERTERS_UNIQUE = 1
 UNIQUE_NAMES = ("visitors", "converters")
 
-PURCHASE = "purchase"
 _CLICK = TYPE_RANK[EventType.CLICK]
 _VIEW = TYPE_RANK[EventType.VIEW]
 

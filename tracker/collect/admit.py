@@ -26,12 +26,18 @@ from tracker.model.keys import (
     owner_of_visitor,
     read_click_id,
 )
-from tracker.model.record import Consent, EventRecord, EventType, IdentifiedBy, Trust
+from tracker.model.record import (
+    OUR_NETWORK,
+    REFUND,
+    Consent,
+    EventRecord,
+    EventType,
+    IdentifiedBy,
+    Trust,
+)
 from tracker.model.rejection import Reason, Rejection
 
-OUR_NETWORK = "tracker"
 PREFETCH = "prefetch"
-REFUND = "refund"
 STATED_DIMENSIONS = ("country", "region", "device", "browser", "os", "language")
 """What a server or a file may say about its visitor, because its own request says nothing."""
 

@@ -40,7 +40,6 @@ CLICK_NETWORKS = (
 """The parameters by which ad networks mark their clicks."""
 
 Property = str | int | float | bool
-Scalar = (str, int, float, bool)
 
 _CONTROLS = dict.fromkeys([*range(0x20), 0x7F, *range(0x80, 0xA0)])
 _DENIALS = frozenset({"denied", "deny", "false", "no", "0"})

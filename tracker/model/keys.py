@@ -56,10 +56,6 @@ class Keys:
         parts = (site, str(day), address_prefix, user_agent)
         return "e." + _keyed(self.secret, b"estimate", parts, 12).hex()
 
-    def derive(self, purpose: str, *parts: str) -> str:
-        """Return 128 keyed bits as hex, for ids that a retry must make again."""
-        return _keyed(self.secret, b"derive", (purpose, *parts), 16).hex()
-
     def sign(self, message: bytes) -> bytes:
         """Return the signature of `message`, SIGNATURE_BYTES long."""
         return hmac.digest(self.secret, message, "sha256")[:SIGNATURE_BYTES]

@@ -34,6 +34,14 @@ class EventType(StrEnum):
 TYPE_RANK = {kind: rank for rank, kind in enumerate(EventType)}
 
 
+OUR_NETWORK = "tracker"
+"""The network of our own click ids: the redirect has counted that click already."""
+
+PURCHASE = "purchase"
+REFUND = "refund"
+"""The two names of conversions that mean the same everywhere: an order, and its taking back."""
+
+
 class Trust(StrEnum):
     """Who vouches for an event. Ids of different trust never meet."""
 
